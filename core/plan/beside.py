@@ -22,7 +22,7 @@ from ..wan.files import find_files
 from .rhythm import Rhythms, rhythms_of
 
 Shape = tuple[int, int, int, int]
-Forwards = Mapping[Shape, int]  # of one sample each, by the shape of its latents
+ForwardCounts = Mapping[Shape, int]  # of one sample each, by the shape of its latents
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ NEVER = Interlude()
 
 
 @dataclass(frozen=True)
-class Beside:
+class BesideSteps:
     """What a run does beside its steps."""
 
     validations: Interlude = NEVER
@@ -62,7 +62,7 @@ class Beside:
         }
 
 
-NOTHING = Beside()
+NOTHING = BesideSteps()
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class FileReads:
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkBeside:
     """What there is to do, whatever the plan. One validation and one preview, each as this process has to do it."""
 
     rhythms: Rhythms
-    validation: Forwards
-    preview: Forwards  # of the model that is trained
-    from_files: Forwards  # of experts that are read from their files
+    validation: ForwardCounts
+    preview: ForwardCounts  # of the model that is trained
+    from_files: ForwardCounts  # of experts that are read from their files
     reads: tuple[FileReads, ...]  # of these
     pixels: int  # of a preview, over all its videos and frames
     # How often each changes the expert in the model, where a LoRA is trained through both.
@@ -88,7 +88,7 @@ class Work:
     preview_changes: int = 0
 
 
-def work_of(job: Job, *, sharing: int = 1) -> Work:
+def work_of(job: Job, *, sharing: int = 1) -> WorkBeside:
     """Of a job. `sharing`: how many processes share the held-out samples."""
     own = job.held_out_samples[::sharing]  # the first process has the most
     validation = Counter({shape: NUM_SIGMAS * number for shape, number in Counter(s.shape for s in own).items()})
@@ -108,7 +108,7 @@ def work_of(job: Job, *, sharing: int = 1) -> Work:
                     reads[other.path] += away.times
                 groups, pixels = groups + 1, pixels + len(group) * _pixels(shape)
     changes = len(EXPERTS) if job.stage == "both" else 0
-    return Work(
+    return WorkBeside(
         rhythms=rhythms_of(job),
         validation=validation,
         preview=preview,

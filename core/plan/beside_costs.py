@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from .beside import Beside, Forwards, Interlude, Shape, Work, stays_on_device
+from .beside import BesideSteps, ForwardCounts, Interlude, Shape, WorkBeside, stays_on_device
 from .card import Card
 from .plan import Bucket, Plan, Task, way_of
 from .run_costs import READ_RATE, RunCosts
@@ -25,25 +25,27 @@ class BesideCosts:
     task: Task
     card: Card
 
-    def beside(self, work: Work, plan: Plan, costs: RunCosts, *, factor: float, free: int, change: float) -> Beside:
+    def beside(
+        self, work: WorkBeside, plan: Plan, costs: RunCosts, *, factor: float, free: int, change: float
+    ) -> BesideSteps:
         """Of a run under `plan`. `factor`: by how much forwards are known to take longer. `free`: bytes of the device beside
         what steps take. `change`: seconds to bring another expert into the model."""
         every = self._whole(work.validation, plan, factor) + work.validation_changes * change
         shown = self._whole(work.preview, plan, factor) + work.preview_changes * change
         shown += self._read_seconds(work, free) + work.pixels / DECODE_PIXELS + DECODE
         rhythms = work.rhythms
-        return Beside(
+        return BesideSteps(
             validations=Interlude(rhythms.validations.after(-1), costs.validation * every),
             previews=Interlude(rhythms.previews.after(-1), costs.preview * shown),
             checkpoints=Interlude(rhythms.checkpoints.after(-1), self._checkpoint),
         )
 
-    def _whole(self, forwards: Forwards, plan: Plan, factor: float) -> float:
+    def _whole(self, forwards: ForwardCounts, plan: Plan, factor: float) -> float:
         """No forward of these leaves tokens out."""
         task = self._all_tokens
         return factor * sum(number * self._forward(task, plan, shape) for shape, number in forwards.items())
 
-    def _read_seconds(self, work: Work, free: int) -> float:
+    def _read_seconds(self, work: WorkBeside, free: int) -> float:
         """Of models that are read from their files, in the compute dtype by then, and of their forwards."""
         if not work.reads:
             return 0.0

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..memory.recompute import Kept
-from .beside import NOTHING, Beside
+from .beside import NOTHING, BesideSteps
 from .estimate import Estimate
 from .plan import Bucket, Plan
 
@@ -56,7 +56,7 @@ class Choice:
     )  # by the tokens of a step, as it tells them
     switch_every: int = 0
     switch_seconds: float = 0.0
-    beside: Beside = NOTHING
+    beside: BesideSteps = NOTHING
 
     def run_seconds(self, steps: int) -> float:
         """From the start of the process to the LoRA."""

@@ -13,7 +13,7 @@ from ..memory.copies import NUM_STAGED
 from ..memory.recompute import Kept
 from ..settings.memory import BlockMode, MemoryOptions
 from ..shortage import Shortage
-from .beside import NOTHING, Beside, Work
+from .beside import NOTHING, BesideSteps, WorkBeside
 from .beside_costs import BesideCosts
 from .card import Card, Correction
 from .choice import Choice, Limits, SizeTime
@@ -65,7 +65,7 @@ class Planner:
     )  # in its place, by how blocks run
     steps: int = 0
     costs: RunCosts = field(default_factory=RunCosts)
-    work: Work | None = None  # beside the steps
+    work: WorkBeside | None = None  # beside the steps
     compiles: tuple[BlockMode, ...] = ()
     version: str = ""  # of all that what is learnt of runs depends on
     met: Met = field(default_factory=Met)
@@ -281,7 +281,7 @@ class Planner:
             beside=self._beside(plan, found[largest].vram) if self.steps else NOTHING,
         )
 
-    def _beside(self, plan: Plan, vram: int) -> Beside:
+    def _beside(self, plan: Plan, vram: int) -> BesideSteps:
         if self.work is None:
             return NOTHING
         factor, free = self.correction_of(plan).time, self.limits().vram - vram

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from .beside import Beside, usual
+from .beside import BesideSteps, usual
 from .kept import read_kept, write_kept
 from .plan import Plan
 
@@ -162,7 +162,7 @@ def learnt_end(costs: RunCosts, seconds: float) -> RunCosts:
 
 
 def learnt_beside(
-    costs: RunCosts, expected: Beside, known: RunCosts, *, validations: Sequence[float], previews: Sequence[float]
+    costs: RunCosts, expected: BesideSteps, known: RunCosts, *, validations: Sequence[float], previews: Sequence[float]
 ) -> RunCosts:
     """`costs` after a run in which each took so many seconds, where one was `expected` by what was `known` before."""
     for name, measured, one in (

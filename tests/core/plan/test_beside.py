@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import save_file
 from wan_train.core.flow.sigmas import NUM_SIGMAS
 from wan_train.core.plan.advice import explain
-from wan_train.core.plan.beside import FileReads, Interlude, Work, stays_on_device, work_of
+from wan_train.core.plan.beside import FileReads, Interlude, WorkBeside, stays_on_device, work_of
 from wan_train.core.plan.beside_costs import DECODE, DECODE_PIXELS, READ_AGAIN
 from wan_train.core.plan.choice import Choice
-from wan_train.core.plan.plan import Bucket, Plan, Task
+from wan_train.core.plan.decision import decide
+from wan_train.core.plan.plan import Bucket, Gpus, Plan, Task
 from wan_train.core.plan.planner import Planner
+from wan_train.core.plan.planning import make_planner
 from wan_train.core.plan.rhythm import Rhythm, Rhythms, rhythms_of
 from wan_train.core.plan.run_costs import READ_RATE, RunCosts, learnt_beside, read_costs, write_costs
 from wan_train.core.plan.spread import run_seconds
@@ -38,7 +40,7 @@ from wan_train.tools.miniature import dit_metadata, wan_dit
 
 GIB = 2**30
 PICTURE = (16, 1, 120, 120)
-WITH_EXPERT = Work(
+WITH_EXPERT = WorkBeside(
     rhythms=Rhythms(100, Rhythm(range(0, 101, 50)), Rhythm(range(100, 101)), Rhythm(range(25, 100, 25))),
     validation={PICTURE: 8},
     preview={PICTURE: 22},
@@ -170,6 +172,10 @@ def test_forwards_and_reads_are_those_that_a_run_makes(tmp_path, job, other, mon
 def test_ranks_share_the_held_out_samples(job):
     job = with_held_out(job, 5)
     assert [sum(work_of(job, sharing=ranks).validation.values()) for ranks in (1, 2, 4)] == [40, 24, 16]
+    decision = decide(job, inspect(job.model.path), torch.device("cpu"))
+    work = make_planner(job, decision, CARD, Gpus(4, 2)).work
+    assert work is not None
+    assert sum(work.validation.values()) == 24
 
 
 def test_previews_that_cannot_be_made_count_nothing(job):
