@@ -40,6 +40,7 @@ class Remaker:
                 yield
         finally:
             self._local.notes, self._local.unread = before
+            notes.forget()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Remaker":
         """A copied model has the same."""
@@ -107,6 +108,10 @@ class _Notes:
         # as it does in the first block, whose input wants no gradient.
         inputs = tuple(each.detach() for each in inputs)
         self._made[_place(y)[0]] = weakref.ref(y), make, inputs
+
+    def forget(self) -> None:
+        """The block has run. Autograd holds these notes as long as what it keeps, and they would hold all that was noted."""
+        self._made.clear()
 
     def pack(self, tensor: Tensor) -> Any:
         """What is kept in the place of `tensor`."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from wan_train.core.errors import ConfigError
 from wan_train.core.memory import offload, offload_results
-from wan_train.core.memory.offload import ActivationOffload
+from wan_train.core.memory.offload import ActivationOffload, Parked
 from wan_train.core.memory.recompute import Kept, mark_kept, moved_blocks
 from wan_train.core.memory.streaming import stream_blocks
 from wan_train.core.train import kernel_mode
@@ -125,6 +125,27 @@ def test_a_tensor_moves_once_however_many_keep_it():
     # q, k, v, attention, the inputs of the second and third part, q and attention of the second, and the wide one.
     assert len(large) == 9
     assert sum(buffer.bytes.numel() for buffer in large) == 4 * tokens * (8 * width + CONFIG.ffn_dim)
+
+
+def test_nothing_of_a_block_stays_on_the_device():
+    """As whoever holds what the block has kept: that is all in main memory, but for the run's result."""
+    run = Run(make_model(**ALL), Kept(0, 0, CONFIG.num_layers), inputs=True)
+    size = 12 * CONFIG.dim  # numbers of [tokens, width]
+
+    def activations():
+        gc.collect()
+        large = [each for each in gc.get_objects() if type(each) is torch.Tensor and each.numel() >= size]
+        return {each.untyped_storage().data_ptr() for each in large if each.is_floating_point()}
+
+    before = activations()
+    loss = forward_loss(run.model, SHAPES[0])
+    run.offload.leaving.release()
+    parked = [each for each in gc.get_objects() if type(each) is Parked]
+    on_host = {each._buffer.bytes.untyped_storage().data_ptr() for each in parked}
+    left = activations() - before - on_host
+    assert len(on_host) > 9 * CONFIG.num_layers
+    assert len(left) <= 3  # what the head keeps
+    loss.backward()
 
 
 def test_small_ones_stay(monkeypatch):
