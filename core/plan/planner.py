@@ -40,6 +40,9 @@ from .ways import Ways
 # a prediction is short of, and what other programs may come to need.
 MARGIN, MARGIN_BYTES = 0.05, 400 * 2**20
 RAM_MARGIN_BYTES = 2 * 2**30
+# Of main memory, with all else. What only makes steps faster leaves the rest to model files, which previews read, and to other
+# programs: pinned memory can't be swapped out.
+RAM_FOR_RESULTS = 0.75
 STEP_DOWN = 0.92  # of the plan that ran out of memory: what the next one may take
 # A feature costs a little more than is predicted, and may fail: it is chosen for a gain of more than this.
 PREMIUM, PREMIUM_PER_BLOCK = 0.005, 0.0005
@@ -197,7 +200,8 @@ class Planner:
         linears, attention = self.options.keep_linears or 0, self.options.keep_attention or 0
         high = self.task.sizes.num_layers - max(linears, 1)  # the last block's are needed at once
         takes_turns = self.alternate_every and not self.task.second_base
-        ram = limits.ram // 2 if takes_turns else limits.ram  # the run that waits has its blocks in main memory, too
+        # The run that waits has its blocks in main memory, too.
+        ram = limits.ram // 2 if takes_turns else int(limits.ram * RAM_FOR_RESULTS)
 
         def may_take(kept: Kept) -> bool:
             return fits(kept) and held.ram + work.peaks(kept).ram <= ram

@@ -44,7 +44,7 @@ def test_a_small_card_in_a_machine_with_much_memory_computes_little_again():
     choice, without = these.choose(), planner(64, offload_linears=0).choose()
     assert choice.plan.offload_linears >= 10
     assert choice.vram <= these.limits().vram
-    assert choice.ram <= 64 * GIB - RAM_MARGIN_BYTES
+    assert choice.ram <= 0.75 * (64 * GIB - RAM_MARGIN_BYTES)
     assert choice.seconds < 0.95 * without.seconds
     line = explain(these, choice, steps=1000)
     assert f"linear layers of {choice.plan.offload_linears} of 40 blocks kept in main memory" in line
@@ -59,8 +59,8 @@ def test_a_slow_link_moves_none():
 
 
 def test_a_slower_card_loses_hardly_any_time_to_its_memory():
-    small = planner(64, card=RTX_4090).choose()
-    large = planner(64, card=replace(RTX_4090, free=200 * GIB)).choose()
+    small = planner(96, card=RTX_4090).choose()
+    large = planner(96, card=replace(RTX_4090, free=200 * GIB)).choose()
     assert large.plan.offload_linears == 0  # nothing is moved where everything fits
     assert small.seconds < 1.03 * large.seconds
 
