@@ -40,7 +40,10 @@ def room(device: torch.device) -> int:
     """Bytes of `device` that tensors of this process may still take; 0 where that is no CUDA device."""
     if device.type != "cuda":
         return 0
+    share = getattr(torch.cuda, "get_per_process_memory_fraction", None)
+    if share is None:  # PyTorch before 2.7: a limit would not be known
+        return 0
     total, reserved = torch.cuda.get_device_properties(device).total_memory, torch.cuda.memory_reserved(device)
-    within = int(torch.cuda.get_per_process_memory_fraction(device) * total) - reserved
+    within = int(share(device) * total) - reserved
     unused = reserved - torch.cuda.memory_allocated(device)
     return max(min(within, torch.cuda.mem_get_info(device)[0]), 0) + unused

@@ -15,7 +15,15 @@ _PLAIN = re.compile(
 )  # what a name that is made of a text keeps, besides symbols and what belongs to letters
 _SKINS = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"  # colours that an emoji is given
 _NO_START = " .-~"  # hidden, taken for an option or for a home, or cut off
-_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "123456789¹²³")}
+_DEVICES = {
+    "CON",
+    "PRN",
+    "AUX",
+    "NUL",
+    "CONIN$",
+    "CONOUT$",
+    *(f"{port}{n}" for port in ("COM", "LPT") for n in "123456789¹²³"),
+}
 
 
 def is_device(file_name: str) -> bool:

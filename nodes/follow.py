@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..core.errors import ConfigError, RunError
 from ..core.launch.exits import EXIT_STOPPED
@@ -28,6 +29,7 @@ from .page_file import node_token, note_shown
 from .previews import PreviewDecoder
 from .told import facts, progress_line, told
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 NO_TRACKERS = TrackOptions()
 POLLS_TO_WAIT = 5  # between two looks into a folder
@@ -181,7 +183,7 @@ class Follower:
 
     async def _claim(self, device: str) -> Claim | None:
         """Take the run's folder; None while another node of this process trains in it."""
-        claiming = asyncio.ensure_future(asyncio.to_thread(claim_run, self._runs, replace(self.job, device=device)))
+        claiming = _in_thread(partial(claim_run, self._runs, replace(self.job, device=device)))
         try:
             claim = await asyncio.shield(claiming)
         except asyncio.CancelledError:  # another node failed; the thread can't be stopped
@@ -231,7 +233,7 @@ class Follower:
 
     async def _started(self) -> FollowedRun:
         """The worker, started in a thread: a file of the run that another program holds is waited for."""
-        starting = asyncio.ensure_future(asyncio.to_thread(self._start))
+        starting = _in_thread(self._start)
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:  # another node failed; the thread can't be stopped
@@ -350,6 +352,11 @@ class Follower:
 def _runs_of(place: str) -> int:
     """How many runs train on, or wait for, the busiest of its devices."""
     return max(_runs_on[name] for name in place.split(","))
+
+
+def _in_thread(act: Callable[[], T]) -> "asyncio.Future[T]":
+    """What `act` gives, on a thread. No task: when a node fails, ComfyUI cancels all tasks, and nobody would see the result."""
+    return asyncio.get_running_loop().run_in_executor(None, act)
 
 
 def _give_back(claiming: "asyncio.Future[Claim]") -> None:

@@ -191,7 +191,10 @@ class _Names:
         """The one that is meant: the very name, or the only one that differs in case or form (NFC, NFD) alone."""
         plain = name.replace("\\", "/").removeprefix("./")
         found = [plain] if plain in self._names else self._by_spelling.get(same_name(plain), [])
-        if len(found) != 1:
+        if len(found) > 1:
+            both = " and ".join(f"'{in_short(each)}'" for each in sorted(found)[:2])
+            raise DatasetError(f"{where} names '{in_short(name)}', which may be {both}: write it as the file has it.")
+        if not found:
             raise DatasetError(f"{where} names '{in_short(name)}', which is no file of the dataset: check its name.")
         return found[0]
 

@@ -69,5 +69,5 @@ def without_mark(stem: str, mark: str) -> str:
 
 def ownerless(names: Iterable[str], what: str, example: str) -> list[Note]:
     """A word for each file that belongs to none. `what`: of the dataset's files. `example`: a name, and whose it would be."""
-    reason = f"not used: no file of the dataset has its name; {what} is called as its file is, such as {example}"
+    reason = f"not used: no file of the dataset is left for it; {what} has the name of its clip or picture, such as {example}"
     return [Note(name=name, action="note", reason=reason) for name in names]

@@ -78,6 +78,8 @@ def _bucket_strategy(context: Context, given: SetupOption) -> Answer:
     if given.value != "resolution_frames":
         return not_needed("buckets have as many aspect ratios as your files have.")
     own = [item for item in context.given if item.key == "video.num_frames" and item.dataset == given.dataset]
+    if not own:
+        return not_needed("the dataset holds pictures.")
     if any(item.file for item in own):
         return not_needed("with num_frames all clips are of one length, there and here.")
     kept = _adjusted(need_number(own[0].value, is_whole=True))

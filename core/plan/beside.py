@@ -21,6 +21,8 @@ from ..settings.job import Job
 from ..wan.files import find_files
 from .rhythm import Rhythms, rhythms_of
 
+_ACTIVATIONS = 24  # [tokens, width]: what a forward of a block takes at most, and what is between the blocks
+_SPARE_BYTES = 2 * 2**30  # for kernels, and for what other programs come to need
 Shape = tuple[int, int, int, int]
 ForwardCounts = Mapping[Shape, int]  # of one sample each, by the shape of its latents
 
@@ -125,9 +127,12 @@ def usual(measured: Sequence[float]) -> float:
     return median(measured[1:] or measured)
 
 
-def stays_on_device(num_bytes: int, free: int) -> bool:
-    """Whether experts of so many bytes, read for a preview, fit beside what a run holds."""
-    return num_bytes <= free
+def bytes_to_stay(num_bytes: int, tokens: int, width: int, element_size: int) -> int:
+    """What must be free of a device for experts of so many bytes, read for a preview of so many tokens, to stay there.
+
+    With what all models compute with of one video, tokens [tokens, width], and with a rest.
+    """
+    return num_bytes + _ACTIVATIONS * tokens * width * element_size + _SPARE_BYTES
 
 
 def _calls(job: Job, sampling: SampleOptions, samples: int) -> tuple[Calls, Calls]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from .beside import BesideSteps, ForwardCounts, Interlude, Shape, WorkBeside, stays_on_device
+from .beside import BesideSteps, ForwardCounts, Interlude, Shape, WorkBeside, bytes_to_stay
 from .card import Card
 from .plan import Bucket, Plan, Task, way_of
 from .run_costs import READ_RATE, RunCosts
@@ -29,7 +29,7 @@ class BesideCosts:
         self, work: WorkBeside, plan: Plan, costs: RunCosts, *, factor: float, free: int, change: float
     ) -> BesideSteps:
         """Of a run under `plan`. `factor`: by how much forwards are known to take longer. `free`: bytes of the device beside
-        what steps take. `change`: seconds to bring another expert into the model."""
+        what is held between steps. `change`: seconds to bring another expert into the model."""
         every = self._whole(work.validation, plan, factor) + work.validation_changes * change
         shown = self._whole(work.preview, plan, factor) + work.preview_changes * change
         shown += self._read_seconds(work, free) + work.pixels / DECODE_PIXELS + DECODE
@@ -53,7 +53,8 @@ class BesideCosts:
         plan = Plan(precision="fp32" if task.element_size > 2 else "bf16")
         forwards = sum(number * self._forward(task, plan, shape) for shape, number in work.from_files.items())
         num_bytes = len(work.reads) * num_params(task.sizes) * task.element_size
-        if stays_on_device(num_bytes, free):
+        tokens = max(map(num_tokens, work.from_files), default=0)
+        if bytes_to_stay(num_bytes, tokens, task.sizes.dim, task.element_size) <= free:
             return forwards + sum(read.file_bytes for read in work.reads) / READ_RATE
         return forwards + sum(read.times * read.file_bytes for read in work.reads) / READ_AGAIN
 

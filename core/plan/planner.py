@@ -282,13 +282,13 @@ class Planner:
             estimates=found,
             switch_every=self.alternate_every,
             switch_seconds=self._switch_seconds(plan, len(by_tokens)),
-            beside=self._beside(plan, found[largest].vram) if self.steps else NOTHING,
+            beside=self._beside(plan, held.vram) if self.steps else NOTHING,
         )
 
-    def _beside(self, plan: Plan, vram: int) -> BesideSteps:
+    def _beside(self, plan: Plan, held: int) -> BesideSteps:
         if self.work is None:
             return NOTHING
-        factor, free = self.correction_of(plan).time, self.limits().vram - vram
+        factor, free = self.correction_of(plan).time, self.limits().vram - held
         change = self._switch_seconds(plan, 1) if self.task.second_base else 0.0
         return self._beside_costs.beside(self.work, plan, self.costs, factor=factor, free=free, change=change)
 

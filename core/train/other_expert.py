@@ -23,6 +23,7 @@ from ..errors import ConfigError, ModelFileError
 from ..facts import PATCH
 from ..memory.precision import native_dtype
 from ..paths import shown
+from ..plan.beside import bytes_to_stay
 from ..safe_json import as_table, read_object
 from ..sample.previews import reads_own
 from ..settings.job import Job, ModelSpec, Stage
@@ -34,8 +35,6 @@ from .checkpoints import ADAPTER
 from .result import RESULT
 from .run_folder import RunFolder
 
-_ACTIVATIONS = 24  # [tokens, width]: what a forward of a block takes at most, and what is between the blocks
-_SPARE_BYTES = 2 * 2**30  # for kernels, and for what other programs come to need
 OTHER: Mapping[Stage, Stage] = {"high": "low", "low": "high", "both": "low"}  # both: beside the high noise expert
 
 
@@ -115,11 +114,10 @@ class OtherExpert:
         """Whether there is room for the whole model, and for what both experts compute with of one video."""
         if self._room is None:
             return False
-        config = self._info.config
-        tokens = latents[0, 0].numel() // PATCH**2
-        activations = _ACTIVATIONS * tokens * config.dim * self._dtype.itemsize
+        config, size = self._info.config, self._dtype.itemsize
         weights = transformer_bytes(config, self._dtype) + self._lora_bytes
-        if self._room(self._device) >= weights + activations + _SPARE_BYTES:
+        tokens = latents[0, 0].numel() // PATCH**2
+        if self._room(self._device) >= bytes_to_stay(weights, tokens, config.dim, size):
             return True
         self._room = None  # it is asked once
         return False

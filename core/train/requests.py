@@ -6,7 +6,8 @@ A stop is asked for in the same way; see `RunFolder.request_stop`.
 from contextlib import suppress
 from pathlib import Path
 
-from ..moving import remove
+from ..disk import disk_error
+from ..moving import patiently, remove
 
 SAVE_FILE, PREVIEW_FILE = "save-now", "preview-now"
 REQUEST_FILES = (SAVE_FILE, PREVIEW_FILE)
@@ -14,8 +15,12 @@ _Which = tuple[int, int, int]  # of files of one name: inode, time, size
 
 
 def request(folder: Path, name: str) -> None:
-    """Ask the run in `folder` for one of REQUEST_FILES, after the step that it is in. OSError if the disk refuses."""
-    (folder / name).touch()
+    """Ask the run in `folder` for one of REQUEST_FILES, after the step that it is in. RunError if the disk refuses."""
+    path = folder / name
+    try:
+        patiently(path.touch)  # one that was answered may be held by a scanner until it can go
+    except OSError as error:
+        raise disk_error(error, path, "nothing was asked for") from error
 
 
 def forget_requests(folder: Path) -> None:

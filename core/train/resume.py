@@ -184,7 +184,7 @@ class SaveWhenDiaryFails:
             self._saved = 0
         elif report.step == trainer.step and self.needs_weights(trainer):
             problem = self._events.sentence("the run goes on, and its lines wait in memory")
-            self._checkpoint.save(trainer)
+            self._checkpoint.save(trainer, is_last=self._events.is_overfull)
             if self._events.is_overfull:
                 kept = f"more than {MAX_WAITING} lines waited for room; the checkpoint of step {trainer.step} is kept"
                 raise RunError(self._events.sentence(kept))

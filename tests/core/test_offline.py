@@ -76,7 +76,6 @@ def test_the_guard_sees_what_would_be_fetched(guarded):
     assert "NETWORK: socket.getaddrinfo" in said
 
 
-@pytest.mark.grid(2, "processes that import everything anew")
 def test_every_package_is_imported_offline(guarded):
     """As the training process and the commands import them; with an answer of the hub's library to prove it."""
     code = """
@@ -119,7 +118,6 @@ def write_recovery_adapter(path: Path) -> Path:
     return path
 
 
-@pytest.mark.grid(2, "processes that import everything anew")
 def test_a_run_of_each_precision_stays_offline(guarded, job, tmp_path):
     """Through the command that a training process is started with, and the optimizer that is bitsandbytes' own."""
     from dataclasses import replace
