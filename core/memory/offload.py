@@ -137,6 +137,7 @@ class ActivationOffload:
     def reset(self) -> None:
         """Let go of what a step that was broken off has left."""
         self.leaving.release()
+        self.leaving.room = 0
         self._newest = lambda: None
 
     def park(self, x: Tensor) -> "Parked":

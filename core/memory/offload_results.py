@@ -50,6 +50,7 @@ class ResultOffload:
         coming = self._newest()
         if coming is None:  # what is leaving still is not asked for
             self._offload.leaving.release()
+            self._offload.leaving.room = 0  # the next step may be of a smaller size
             return
         coming.fetch(steps=coming.distance)
         coming.distance = max(coming.distance - 1, 1)

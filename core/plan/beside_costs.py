@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from ..facts import num_tokens
 from .beside import BesideSteps, ForwardCounts, Interlude, Shape, WorkBeside, bytes_to_stay
 from .card import Card
 from .plan import Bucket, Plan, Task, way_of

@@ -207,10 +207,12 @@ class LearnCosts:
             size = self._started.sizes.get(tokens)
             if size is None:  # the smaller last batch of an epoch, or batches of several sizes
                 continue
-            kept_plan = keeping(plan, kept_for(self._started.kept, size.tokens))
+            kept = kept_for(self._started.kept, size.tokens)
+            kept_plan = keeping(plan, kept)
             found = [key(plan, size.tokens, kind) for kind in kinds_of_block(kept_plan, layers)]
             keys += found
-            if number and len(seconds) > 1:  # the run's very first step has more to do
+            # The run's very first step has more to do, and one whose results go to main memory pins the buffers for them.
+            if number and len(seconds) > 1 and not kept.moved:
                 assumed = sum(assumed_kind(plan.compile, again=kind in planner.costs.compiled) for kind in found)
                 extras.append((seconds[0] - median(seconds[1:]) - graph, assumed))
         pinned = pinned_ram(planner.task, plan)

@@ -142,7 +142,8 @@ class Planner:
             plan=self.plan,
             options=self.options,
             longest=longest,
-            fp8=bool(self.card.matmul_fp8),
+            fp8=bool(self.card.matmul_fp8)
+            and not self.alternate_every,  # what is transposed does not leave with the model
             graphs=self.met.graphs,
         )
         for mode in self.compiles or (self.plan.compile,):
@@ -159,8 +160,15 @@ class Planner:
             return None
         kept = self._least(plan)
         if plan.checkpointing:
-            kept = {b: self._most_kept(plan, taken.held, work, limits) for b, work in self._works(plan).items()}
+            works, most = self._works(plan), self.task.sizes.num_layers
+            for bucket in sorted(works, key=self._tokens, reverse=True):
+                # A smaller size moves no more blocks than a larger one: it then finds all of its buffers among those.
+                kept[bucket] = self._most_kept(plan, taken.held, works[bucket], limits, most)
+                most = min(most, kept[bucket].moved)
         return self._evaluate(taken.plan, kept)
+
+    def _tokens(self, bucket: Bucket) -> int:
+        return bucket.batch * clip_tokens(self.task.sizes, bucket)
 
     def _leanly(self, plan: Plan, limits: Limits) -> "_Taken":
         """`plan` with as little kept as can be, and as few memory-mapped blocks as it takes to fit into main memory."""
@@ -185,8 +193,8 @@ class Planner:
         vram, ram, moved = (max(bytes) for bytes in zip(*peaks, strict=True))
         return _Taken(plan, held, held.vram + vram, held.ram + ram, moved)
 
-    def _most_kept(self, plan: Plan, held: Peaks, work: SizeWork, limits: Limits) -> Kept:
-        """As much as fits on the device, and in main memory as much as makes a step the shortest."""
+    def _most_kept(self, plan: Plan, held: Peaks, work: SizeWork, limits: Limits, most: int) -> Kept:
+        """As much as fits on the device, and in main memory, of up to `most` blocks, as much as makes a step the shortest."""
 
         def fits(kept: Kept) -> bool:
             peaks = work.peaks(kept)
@@ -198,10 +206,8 @@ class Planner:
         if not self._may_move(plan):
             return kept
         linears, attention = self.options.keep_linears or 0, self.options.keep_attention or 0
-        high = self.task.sizes.num_layers - max(linears, 1)  # the last block's are needed at once
-        takes_turns = self.alternate_every and not self.task.second_base
-        # The run that waits has its blocks in main memory, too.
-        ram = limits.ram // 2 if takes_turns else int(limits.ram * RAM_FOR_RESULTS)
+        high = min(most, self.task.sizes.num_layers - max(linears, 1))  # the last block's are needed at once
+        ram = int(limits.ram * RAM_FOR_RESULTS)
 
         def may_take(kept: Kept) -> bool:
             return fits(kept) and held.ram + work.peaks(kept).ram <= ram
@@ -237,6 +243,8 @@ class Planner:
         """Whether it is worth a look to let blocks keep results in main memory; where that is short itself, it is not."""
         is_plain = not (plan.split_blocks or plan.ffn_pieces > 1 or plan.mapped_blocks) and plan.stream_from == "pinned"
         is_free = self.options.offload_linears is None and not is_graphed(self.task, plan) and not self.task.seen
+        if self.alternate_every and not self.task.second_base:  # with each turn buffers would be pinned anew
+            return False
         return plan.compile == "kernels" and plan.checkpointing and is_plain and is_free
 
     def _cost_of_kept(self, plan: Plan, kept: Kept, work: SizeWork) -> float:

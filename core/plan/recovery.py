@@ -76,7 +76,8 @@ def step_down(planner: Planner, failed: Choice, shortage: Shortage) -> tuple[Pla
     """The next choice to try after `failed`, None if nothing takes less; and the planner, which may do without graphs now."""
     if shortage == "vram" and is_graphed(planner.task, failed.plan):
         # Graphs hold their memory beside all else: the same plan without them is the first to try.
-        planner = replace(planner, task=replace(planner.task, graphs=False))
+        plan = replace(planner.plan, cuda_graphs="off")
+        planner = replace(planner, task=replace(planner.task, graphs=False), plan=plan)
         return planner, replace(failed, plan=replace(failed.plan, cuda_graphs="off"))
     lower = planner.step_down(failed, shortage)
     return planner, lower or replace(planner, options=MemoryOptions()).step_down(failed, shortage)

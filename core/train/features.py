@@ -134,7 +134,7 @@ def apply_features(
         own = None if streamer is None else streamer.own
         results = offload if most.moved else None
         rerun = kernel_mode.put_on(model, own=own, offload=results, transposed=plan.keep_transposed)
-        run_block = _by_kernels(model, rerun, plan, most, wrap)
+        run_block = _by_kernels(model, rerun, plan, wrap)
     else:
         compile_block = partial(with_compile, tell=tell, dynamic=mode == "dynamic") if mode in COMPILED else _as_it_is
         run_block = _by_checkpoints(model, compile_block, plan, most, wrap)
@@ -147,7 +147,7 @@ def apply_features(
         run_block = world.progress.marking(run_block, list(model.blocks), are_gathered=plan.shards > 1)
     model.run_block = run_block
     graphs = None
-    if allows_graphs(plan) and decision.graphs:
+    if allows_graphs(plan) and decision.graphs and not most.moved:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         graphs = Graphs(type(model).forward.__get__(model), trained, tell=tell, held=lambda: model.rope_tables)
         vars(model)["forward"] = graphs
@@ -163,10 +163,10 @@ def _token_share(model: WanTransformer, world: World) -> "TokenShare | None":
 
 
 def _by_kernels(
-    model: WanTransformer, rerun: Rerun, plan: Plan, most: Kept, wrap: Callable[[RunBlock], RunBlock] | None
+    model: WanTransformer, rerun: Rerun, plan: Plan, wrap: Callable[[RunBlock], RunBlock] | None
 ) -> RunBlock:
-    """How blocks are run where they run by kernels; `wrap` is the offload's."""
-    mark_kept(list(model.blocks), most)
+    """How blocks are run where they run by kernels; `wrap` is the offload's. They are marked anew for each size of clips."""
+    mark_kept(list(model.blocks), kept_of(plan))
     if plan.split_blocks:
         return with_split(kernel_mode.parts_of_blocks(rerun), PARTS, wrap)
     whole = kernel_mode.whole_blocks(rerun, checkpointing=plan.checkpointing, pieces=plan.ffn_pieces)

@@ -27,6 +27,7 @@ from ..settings.memory import MemoryOptions
 from .run_folder import RunFolder
 
 FILE = "plan.json"
+_KERNELS = 2  # raised when our kernels come to round otherwise
 _OTHER_BITS = (
     "deterministic: {}. The run goes on, but from here on it differs by rounding from one that was never stopped."
 )
@@ -69,7 +70,7 @@ class KeptPlan:
         if self.options != other.options:
             one, two = to_dict(self.options), to_dict(other.options)
             return f"other options were chosen since it was begun ({', '.join(n for n in one if one[n] != two[n])})"
-        if self != other:
+        if replace(self, by_size=()) != replace(other, by_size=()) or self.kept != other.kept:
             return "its plan is another one than before"
         return ""
 
@@ -127,7 +128,8 @@ class PlanOfBefore:
         if self._folder is None and world.is_first:
             forget_kept_plan(folder)  # from here on the bits are any
         cards = sorted(set(world.tell(version_of(device))))  # the same on every rank: all take the plan, or none
-        self._made_by = " and ".join(cards) + _spread(job, world)  # what the bits depend on beside options and plan
+        # What the bits depend on beside options and plan.
+        self._made_by = " and ".join(cards) + f"; kernels {_KERNELS}" + _spread(job, world)
         before = read_kept_plan(folder) if self._folder is not None and world.is_first else None
         self._before = world.from_first(before)
         is_same = (

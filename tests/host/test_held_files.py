@@ -51,3 +51,36 @@ def test_a_worker_is_started_and_ended_in_threads(comfy, tmp_path, monkeypatch):
     assert len(threads) == 4
     assert loops not in threads
     assert claim.folder.finished_lora(job.loop.steps)
+
+
+def test_a_start_that_is_cancelled_leaves_no_worker(comfy, tmp_path, monkeypatch):
+    """As when another node fails: ComfyUI's loop ends, and cancels all tasks that it has."""
+    from wan_train.nodes import follow
+
+    begun, goes_on, ended = threading.Event(), threading.Event(), []
+
+    class Run:
+        def end(self):
+            ended.append(self)
+
+    def start(_follower):
+        begun.set()
+        goes_on.wait()
+        return Run()
+
+    monkeypatch.setattr(follow.Follower, "_start", start)
+
+    async def until_cancelled():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            goes_on.set()
+
+    async def prompt():
+        follower = object.__new__(follow.Follower)  # none of what it follows is asked for
+        tasks = [asyncio.create_task(follower._started()), asyncio.create_task(until_cancelled())]
+        await asyncio.to_thread(begun.wait)
+        return tasks
+
+    asyncio.run(prompt())
+    assert len(ended) == 1

@@ -262,6 +262,30 @@ def test_plans_follow_each_other(job: Job):
     assert attends[1].__module__.endswith("layers")  # none of those before is around it
 
 
+@pytest.mark.usefixtures("functions")
+def test_sizes_of_clips_keep_theirs_in_different_places(job: Job):
+    """One size keeps all on the device, another moves some: together they are more than the model has blocks."""
+    expected = prepare(replace(job, memory=MemoryOptions(compile="kernels", checkpointing=True)), CPU).model
+    model = copy.deepcopy(expected)
+    model.run_block = call_block
+    decision = decide(replace(job, memory=MemoryOptions(compile="kernels")), inspect(job.model.path), CPU)
+    kept = {8: Kept(2, 0, 2), 4: Kept(2, 2, 0)}
+    plan = replace(plan_of(job, decision), checkpointing=True, keep_attention=2, offload_linears=2)
+    put_on = features.apply_features(model, plan, decision, tell=pytest.fail, scratch=None, kept=kept)
+    for frames in (2, 1, 2):
+        given = torch.randn(1, 16, frames, 4, 4), torch.tensor([500.0]), torch.randn(1, 512, job.data.text_dim)
+        found, wanted = ([], [])
+        for one, grads in ((model, found), (expected, wanted)):
+            one(*given).square().mean().backward()
+            for parameter in one.parameters():
+                if parameter.requires_grad:
+                    grads.append(parameter.grad)
+                    parameter.grad = None
+        assert all(map(torch.equal, found, wanted))
+        assert put_on.offload.bytes_on_host > 0
+    put_on.close()
+
+
 def test_on_a_gpu_blocks_run_by_kernels_unless_something_else_is_chosen():
     assert wanted_modes(MemoryOptions(), GPU) == ("kernels", "off")
     assert wanted_modes(MemoryOptions(), CPU) == ("off",)
