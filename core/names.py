@@ -83,10 +83,10 @@ def check_file_name(name: str, field: str) -> str:
             f"{field} is '{in_short(name)}', which holds {called}: a file's name has no control characters and none of "
             f"{' '.join(_BREAKS)}; leave that out."
         )
-    if not name or name[0] in _NO_START or _goes_on(name[0]) or name.endswith((".", " ")):
+    if not name or name[0] in _NO_START or _goes_on(name[0]) or name.endswith((".", " ", "\u200c", "\u200d")):
         raise ConfigError(
-            f"{field} is '{in_short(name)}': let it begin with a letter, a digit or a symbol such as _, and not end with a dot "
-            "or a space."
+            f"{field} is '{in_short(name)}': let it begin with a letter, a digit or a symbol other than . - and ~, and not end "
+            "with a dot or a space."
         )
     if len(name) > MOST_CHARACTERS or len(name.encode()) > MOST_BYTES:
         raise ConfigError(

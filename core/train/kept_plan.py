@@ -129,7 +129,7 @@ class PlanOfBefore:
             forget_kept_plan(folder)  # from here on the bits are any
         cards = sorted(set(world.tell(version_of(device))))  # the same on every rank: all take the plan, or none
         # What the bits depend on beside options and plan.
-        self._made_by = " and ".join(cards) + f"; kernels {_KERNELS}" + _spread(job, world)
+        self._made_by = " and ".join(cards) + f", version {_KERNELS} of our kernels" + _spread(job, world)
         before = read_kept_plan(folder) if self._folder is not None and world.is_first else None
         self._before = world.from_first(before)
         is_same = (

@@ -23,6 +23,15 @@ def fractions(monkeypatch):
     return found
 
 
+def test_what_tensors_may_still_take(fractions, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: GB)
+    for share, free in ((1.0, 10), (0.5, 7), (0.1, 1)):  # of 16 GB, 9 are free, 2 held and 1 of them is not in use
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _, share=share: share)
+        assert gpu_limit.room(GPU) == free * GB
+    monkeypatch.delattr(torch.cuda, "get_per_process_memory_fraction")
+    assert gpu_limit.room(GPU) == gpu_limit.room(torch.device("cpu")) == 0
+
+
 def under(monkeypatch, system, release):
     monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setattr(platform, "release", lambda: release)

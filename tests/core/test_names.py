@@ -17,7 +17,22 @@ AROUND = [".{}_v99999_high_noise.safetensors.4194304.0123abcd.tmp", "{}_single_0
 
 @pytest.mark.parametrize(
     "name",
-    ["CON", "con", "Nul", "PRN", "AUX", "COM1", "lpt9", "COM¹", "com³", "NUL.txt", "con.x.y", "aux .x"],
+    [
+        "CON",
+        "con",
+        "Nul",
+        "PRN",
+        "AUX",
+        "COM1",
+        "lpt9",
+        "COM¹",
+        "com³",
+        "NUL.txt",
+        "con.x.y",
+        "aux .x",
+        "CONIN$",
+        "conout$.txt",
+    ],
 )
 def test_windows_devices_are_no_names(name):
     assert is_device(name)

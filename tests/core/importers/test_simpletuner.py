@@ -74,6 +74,11 @@ def test_lengths_as_buckets_without_num_frames_are_what_simpletuner_makes_of_the
     )  # fmt: skip
 
 
+def test_pictures_have_no_lengths():
+    pictures = dataset(dataset_type="image", video={"bucket_strategy": "resolution_frames"})
+    assert outcome(bring(pictures), "video.bucket_strategy", dataset=0) == ("not needed", {})
+
+
 def test_alpha_that_is_not_given_is_the_rank():
     assert bring(lora_rank=24).recipe.adapter.alpha == 24.0
     assert bring(lora_rank=24, lora_alpha=12).recipe.adapter.alpha == 12.0

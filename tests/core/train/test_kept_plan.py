@@ -155,7 +155,7 @@ def test_what_makes_the_bits_others_is_told(tmp_path, deep, change, monkeypatch)
         said = "other options were chosen since it was begun \\(checkpointing, keep_attention\\)"
     elif change == "version":
         monkeypatch.setattr(kept_plan, "version_of", lambda _: "another card")
-        said = "it was begun on cpu, .*, and this is another card"
+        said = "it was begun on cpu, .*, and this is another card, version 2 of our kernels"
     else:
         monkeypatch.setattr(Trainer, "train_step", failing(Trainer.train_step))
         said = "its plan is another one than before"
