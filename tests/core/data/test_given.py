@@ -102,8 +102,8 @@ def test_a_picture_of_no_clip_is_told_with_the_name_that_it_should_have(clips):
     told = [str(note) for note in scan(clips, first_frames="starts").notes if note.name != "ends/a.png"]
     assert told == [
         "sub/b.mp4: skipped: no picture of its name is in first_frames (starts): of clip.mp4 that is clip.png",
-        "starts/b2.png: note: not used: no file of the dataset is left for it; a file of first_frames has the name of its clip or picture, "
-        "such as sub/b.png for sub/b.mp4",
+        "starts/b2.png: note: not used: no file of the dataset is left for it; a file of first_frames has the name of "
+        "its clip or picture, such as sub/b.png for sub/b.mp4",
     ]
 
 

@@ -152,7 +152,8 @@ def test_masks_of_no_file_are_told_with_the_name_that_they_should_have(folder, m
         "b_mask.png: note: its name ends in _mask, but no file has the rest of it as its name: it is trained on, and is no "
         "mask",
         "b_mask.png: note: it has no mask: its whole picture counts",
-        "masks/c.png: note: not used: no file of the dataset is left for it; a mask has the name of its clip or picture, such as a.png for "
+        "masks/c.png: note: not used: no file of the dataset is left for it; a mask has the name of its clip or picture, "
+        "such as a.png for "
         "a.png",
     ]
 
