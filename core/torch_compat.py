@@ -146,3 +146,8 @@ def default_compile_cache() -> str:
 
 def _is_worth_telling(record: logging.LogRecord) -> bool:
     return "context_fn is passed to torch.utils.checkpoint under torch.compile" not in record.getMessage()
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """A number that rises with each change of the tensor in place; None where it is not counted."""
+    return None if tensor.is_inference() else tensor._version

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..memory.frozen_linear import RowScaledLinear
 from ..memory.precisions.fp8_compute import Fp8ComputeLinear, multiply
 from ..memory.products import PART, DenseProduct, Product, dense_product
+from ..torch_compat import version_of
 from ..wan.layers import WanBlock
 from .ops import KernelOps
 from .rows import Rows, ScaledRows, dequantize_rows, new_rows, quantize_rows, transposed
@@ -99,7 +100,7 @@ class Transposed:
 
     def of(self, weight: Tensor) -> Tensor:
         """The weight [N, K], as it is now."""
-        seen = weight.data_ptr(), weight.shape, weight.device, None if weight.is_inference() else weight._version
+        seen = weight.data_ptr(), weight.shape, weight.device, version_of(weight)
         out = self._memory
         if self._seen != seen:
             if out.device != weight.device:

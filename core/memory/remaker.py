@@ -40,7 +40,8 @@ class Remaker:
                 yield
         finally:
             self._local.notes, self._local.unread = before
-            notes.forget()
+            if own is not None:
+                notes.forget()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Remaker":
         """A copied model has the same."""
@@ -110,7 +111,7 @@ class _Notes:
         self._made[_place(y)[0]] = weakref.ref(y), make, inputs
 
     def forget(self) -> None:
-        """The block has run. Autograd holds these notes as long as what it keeps, and they would hold all that was noted."""
+        """The block has run, and keeps nothing here. Autograd holds these notes, and they would hold all that was noted."""
         self._made.clear()
 
     def pack(self, tensor: Tensor) -> Any:

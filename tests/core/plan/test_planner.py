@@ -385,7 +385,7 @@ def test_linear_layers_are_kept_where_all_attention_fits():
     roomy = planner(IMAGE, SHORT, vram=60, options=MemoryOptions(streamed_blocks=0, checkpointing=True))
     choice = roomy.choose()
     assert choice is not None
-    assert choice.kept[1024] == (40, 40)
+    assert choice.kept[1024] == (40, 40, 0)
     attention, linears = choice.kept[14040]
     assert attention == 40
     assert 0 < linears < 40

@@ -171,7 +171,7 @@ def test_a_recipe_has_a_dataset_that_is_on(tmp_path, tables):
         ({"timesteps": {"sigma_min": 0.5}}, "the window comes from the stage and 'boundary'"),
         ({"models": {"vae": "v", "text_encoder": "t"}}, "models names nothing to train"),
         ({"models": {"vae": "v", "text_encoder": "t", "single": "a", "low": "b"}}, "has single and an expert"),
-        ({"name": "a/b"}, "name is 'a/b': use letters"),
+        ({"name": "a/b"}, "name is 'a/b', which holds '/'"),
         ({"lora": {"low": "../x"}}, r"lora.low is '../x'"),
         ({"epochs": -1, "loop": {}}, "epochs must be 0"),
         ({"dataset": {"folder": "x", "width": 33}}, "width is 33, but Wan needs a multiple of 16"),
