@@ -386,7 +386,7 @@ def test_linear_layers_are_kept_where_all_attention_fits():
     choice = roomy.choose()
     assert choice is not None
     assert choice.kept[1024] == (40, 40, 0)
-    attention, linears = choice.kept[14040]
+    attention, linears, _ = choice.kept[14040]
     assert attention == 40
     assert 0 < linears < 40
     assert choice.plan.keep_linears == linears == choice.keep_linears[14040]
