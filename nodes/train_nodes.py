@@ -249,8 +249,8 @@ def _inputs() -> list[Any]:
         "other_dit",
         optional=True,
         tooltip="For preview_every with Wan 2.2 A14B: Load Wan DiT of the other expert. Previews then go through both, the"
-        " other one with its newest LoRA of this name. Its file is read block by block for each step of a preview. For"
-        " shared_lora: the other expert that is trained through.",
+        " other one with its newest LoRA of this name. Its file is read once for a preview where the GPU has room for it, else"
+        " block by block for each step. For shared_lora: the other expert that is trained through.",
     )
     return inputs_of(
         "TrainLoRAStage", first, before={"preview_every": vae}, last=[other], choices={"device": host.device_names()}

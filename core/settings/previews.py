@@ -216,8 +216,9 @@ class PreviewOptions(Options, group="previews"):
         help="A LoRA file that is on the model in previews alone: its path.",
         more="Such as the 4-step LoRA of lightx2v for this expert: with preview_steps 4, preview_cfg 1 and preview_shift 5 you"
         " see what your LoRA does where you will use it, while it is trained on the plain model.",
-        page="Such previews are made with the model's file as it is, without the precision of the training: it is read once for"
-        " each sampling step, block by block, and adds a block to the memory of the run.",
+        page="Such previews are made with the model's file as it is, without the precision of the training: it is read once"
+        " where the GPU has room for the whole model, else for each sampling step, block by block, and adds a block to the"
+        " memory of the run.",
         in_key=False,
         not_with={"every": (0,)},
         widget=Widget(TRAIN, "preview_lora", 211),

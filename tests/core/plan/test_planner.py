@@ -398,7 +398,7 @@ def test_linear_layers_are_kept_where_all_attention_fits():
     assert choice.seconds < without.seconds
     few = replace(roomy, options=replace(roomy.options, keep_attention=4, keep_linears=None)).choose()
     assert few is not None
-    assert few.kept[14040] == (4, 4)
+    assert few.kept[14040] == (4, 4, 0)
 
 
 def test_fewer_blocks_come_from_disk_where_ranks_hold_them_together():
