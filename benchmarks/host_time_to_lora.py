@@ -5,7 +5,7 @@ python benchmarks/host_time_to_lora.py --host ~/comfy/ComfyUI --steps 100 --out 
 A folder of 20 pictures in five sizes with captions, both experts of 14B in fp8, the VAE and umT5-XXL, all with random weights.
 Nothing is kept from before: the pictures are encoded, the captions too, and kernels are compiled. All settings are those of
 the template, but for the sizes and the steps. The row says when each part began, what the nodes told, what the plans had
-promised, and when the files were there. Models are written into TMPDIR, 45 GB: a folder in main memory is best. With --small a
+promised, and when the files were there. Models are written into TMPDIR, 40 GB: a folder in main memory is best. With --small a
 dry run on a CPU with miniatures.
 """
 

@@ -137,13 +137,13 @@ class Planner:
     def plans(self) -> Iterator[Plan]:
         """All plans that the options allow; see `Ways.plans`."""
         longest = max(clip_tokens(self.task.sizes, bucket) for bucket in self.buckets)
+        multiplies = bool(self.card.matmul_fp8)
         ways = Ways(
             task=self.task,
             plan=self.plan,
             options=self.options,
             longest=longest,
-            fp8=bool(self.card.matmul_fp8)
-            and not self.alternate_every,  # what is transposed does not leave with the model
+            fp8=multiplies and not self.alternate_every,  # what is transposed does not leave with the model
             graphs=self.met.graphs,
         )
         for mode in self.compiles or (self.plan.compile,):

@@ -16,9 +16,9 @@ from wan_train.core.plan import recovery
 from wan_train.core.plan.advice import explain
 from wan_train.core.plan.choice import Choice
 from wan_train.core.plan.decision import decide
-from wan_train.core.plan.plan import Bucket, Plan, Task
+from wan_train.core.plan.plan import Bucket, Plan, Task, is_graphed
 from wan_train.core.plan.planner import Planner
-from wan_train.core.plan.recovery import Descent, Recovery, make_state
+from wan_train.core.plan.recovery import Descent, Recovery, make_state, step_down
 from wan_train.core.plan.sizes import Trained
 from wan_train.core.shortage import shortage_of
 from wan_train.core.train.events import EventReader, EventWriter
@@ -27,6 +27,7 @@ from wan_train.core.train.loop import Trainer
 from wan_train.core.train.optimizers import build_optimizer
 from wan_train.core.train.prepare import prepare
 from wan_train.core.wan.checkpoint import inspect
+from wan_train.core.wan.config import WanConfig
 from wan_train.core.wan.model import call_block
 from wan_train.tests.core.plan.test_estimate import CARD
 from wan_train.tests.core.train.helpers import SIZE, Direct
@@ -372,3 +373,13 @@ def test_the_loop_goes_through_the_attempt(tmp_path, job):
     run.trainer.attempt = attempt
     run.trainer.train()
     assert seen == [0, 1]
+
+
+def test_graphs_that_were_given_up_do_not_come_back():
+    task, plan = Task(sizes=WanConfig(), graphs=True), Plan(precision="bf16", compile="kernels")
+    planner = Planner(task=task, buckets=[Bucket((16, 1, 64, 64))], card=replace(CARD, free=100 * 2**30), plan=plan)
+    choice = planner.describe(replace(plan, checkpointing=False))
+    assert is_graphed(planner.task, choice.plan)
+    for _ in range(3):
+        planner, choice = step_down(planner, choice, "vram")
+        assert choice.plan.cuda_graphs == "off"

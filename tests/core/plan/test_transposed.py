@@ -61,6 +61,7 @@ def test_they_are_chosen_where_there_is_room_and_time_is_won():
         pytest.param(planner(streamed_blocks=4), id="block swap"),
         pytest.param(planner(plan=replace(AS_IT_IS, shards=4)), id="a base spread over GPUs"),
         pytest.param(planner(replace(TASK, second_base="host")), id="two experts that take turns"),
+        pytest.param(replace(planner(), alternate_every=10), id="another run that takes turns"),
         pytest.param(planner(replace(TASK, stored_block_bytes=10**9)), id="a GGUF file"),
         pytest.param(planner(bucket=Bucket((16, 21, 90, 160))), id="a step that they are nothing to"),
     ],
